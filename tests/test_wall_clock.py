@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from llama_gguf.wall_clock import iso, iso_time, iso_z, wall_now
+from llama_gguf.access.moments import format_moment
+from llama_gguf.wall_clock import iso, iso_time, wall_now
 
 
 def test_it_is_in_posix_seconds() -> None:
@@ -22,4 +23,4 @@ def test_a_moment_reads_as_that_of_datetime(seconds: float) -> None:
 
     assert iso(seconds) == expected
     assert iso_time(seconds) + "+00:00" == expected
-    assert iso_z(seconds) == expected.replace("+00:00", "Z")
+    assert format_moment(seconds) == expected.replace("+00:00", "Z")

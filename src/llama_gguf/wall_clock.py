@@ -18,11 +18,6 @@ def iso(seconds: float) -> str:
     return f"{iso_time(seconds)}+00:00"
 
 
-def iso_z(seconds: float) -> str:
-    """POSIX *seconds* as ISO 8601, such as ``2027-01-31T12:00:00Z``."""
-    return f"{iso_time(seconds)}Z"
-
-
 def iso_time(seconds: float) -> str:
     """POSIX *seconds* as ISO 8601 in UTC without the zone, such as ``2027-01-31T12:00:00``."""
     year, month, day, hour, minute, second = time.gmtime(seconds)[:6]  # strftime pads no years

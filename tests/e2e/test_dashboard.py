@@ -52,6 +52,11 @@ def sign_in(browser: Browser, key: str) -> None:
     browser.press("Enter")
 
 
+def sign_out(browser: Browser) -> None:
+    press_on(browser, by_id("sign-out"))
+    browser.until("document.activeElement?.id === 'key'")
+
+
 def text_of(browser: Browser, element_id: str) -> str:
     return str(browser.evaluate(f"document.getElementById('{element_id}').textContent"))
 
@@ -209,8 +214,7 @@ def test_a_key_is_kept_for_the_session_until_it_is_forgotten(
     browser.go(f"http://127.0.0.1:{served.port}/dashboard?again")
     browser.until(IS_SHOWN)
     assert browser.evaluate("localStorage.length") == 0
-    press_on(browser, by_id("sign-out"))
-    browser.until("document.activeElement?.id === 'key'")
+    sign_out(browser)
 
     assert browser.evaluate("sessionStorage.length") == 0
     assert browser.evaluate("document.getElementById('numbers').hidden")
@@ -230,8 +234,7 @@ def test_keys_that_arrive_after_signing_out_are_not_shown(browser: Browser, serv
     browser.evaluate(LATE_KEYS)
     sign_in(browser, served.key)
     browser.until("window.release")
-    press_on(browser, by_id("sign-out"))
-    browser.until("document.activeElement?.id === 'key'")
+    sign_out(browser)
 
     browser.evaluate("window.release(); delete window.release")
     browser.evaluate("new Promise((done) => setTimeout(done, 200))")

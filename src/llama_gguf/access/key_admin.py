@@ -75,7 +75,7 @@ def create(
     )
 
     def add(text: str) -> str:
-        text = keys.without_ended(text, _now())
+        text = keys.without_ended(text, wall_now())
         if KeyRing.parse(text).named(new.key.key_id):
             raise UserError(
                 f"{path} already has a key {name}; use another name, "
@@ -101,7 +101,7 @@ def change(path: str, name: str, changed: Callable[[Key], Key]) -> Key:
     done: list[Key] = []
 
     def with_changes(text: str) -> str:
-        text = keys.without_ended(text, _now())
+        text = keys.without_ended(text, wall_now())
         key = _secrets_of(text, name, path)[0]
         if name != key.key_id:
             raise UserError(
@@ -137,7 +137,7 @@ def remove(path: str, name: str) -> int:
     Raises:
         UserError: there is none, or the file cannot be written.
     """
-    now = _now()
+    now = wall_now()
     removed: list[Key] = []
 
     def without(text: str) -> str:
@@ -160,7 +160,7 @@ def rotate(path: str, name: str, *, grace_ends: float | None) -> Rotated:
     Raises:
         UserError: there is no such key, it has expired, or the file cannot be written.
     """
-    now = _now()
+    now = wall_now()
     done: list[Rotated] = []
 
     def with_new_secret(text: str) -> str:
@@ -200,7 +200,7 @@ def import_keys(path: str, other: str, *, source: str, prefix: str, hashes: bool
     done: list[Merged] = []
 
     def merge(text: str) -> str:
-        text = keys.without_ended(text, _now())
+        text = keys.without_ended(text, wall_now())
         merged = keys.merge(text, other, prefix=prefix, hashes=hashes)
         if merged.problems:
             lines = "".join(f"\n  line {p.line}: {p.reason}" for p in merged.problems)
@@ -231,10 +231,6 @@ def hash_secrets(path: str) -> int:
 
 
 # Pieces -------------------------------------------------------------------------------------------
-
-
-def _now() -> float:
-    return wall_now()
 
 
 def _new_key(

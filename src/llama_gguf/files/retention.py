@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from llama_gguf.config.schema import LogSettings
-from llama_gguf.wall_clock import iso_z, wall_now
+from llama_gguf.wall_clock import iso_time, wall_now
 
 OTHERS_LIVE_SECONDS: Final = 86_400.0
 """A younger log of another instance in the same folder may be in use."""
@@ -22,8 +22,8 @@ def engine_folder(settings: LogSettings) -> str:
 
 def stamped(settings: LogSettings, folder: str, kind: str) -> str:
     """The path of a new log in *folder*: the time, its *kind* and the instance."""
-    stamp = iso_z(wall_now()).replace("-", "").replace(":", "")
-    return os.path.join(folder, f"{stamp}_{kind}_{settings.instance_id}.log")
+    stamp = iso_time(wall_now()).replace("-", "").replace(":", "")
+    return os.path.join(folder, f"{stamp}Z_{kind}_{settings.instance_id}.log")
 
 
 def prune(settings: LogSettings, folder: str, kind: str, *, but: str) -> None:

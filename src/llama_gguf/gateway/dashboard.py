@@ -76,7 +76,7 @@ def data(
 ) -> LocalResponse:
     """What the page draws: ``data_facts``, and the usage of keys."""
     facts = data_facts(health, request, principal, services)
-    facts |= _usage(principal, services, MAX_KEYS_SHOWN)
+    facts["keys"] = _usage_of_keys(principal, services, MAX_KEYS_SHOWN)
     return LocalResponse(200, json.dumps(facts).encode(), local_response.JSON, NOT_STORED)
 
 
@@ -153,17 +153,16 @@ def _engine_memory(services: Services) -> list[dict[str, object]]:
 
 def usage(principal: Principal, services: Services) -> LocalResponse:
     """The usage of *principal*; for an administrator, that of every key."""
-    body = json.dumps(_usage(principal, services), indent=1).encode()
+    services.recorder.settle()
+    facts = {**usage_facts(principal, services), "keys": _usage_of_keys(principal, services)}
+    body = json.dumps(facts, indent=1).encode()
     return LocalResponse(200, body, local_response.JSON, NOT_STORED)
 
 
-def _usage(
+def _usage_of_keys(
     principal: Principal, services: Services, at_most: int | None = None
-) -> dict[str, object]:
-    services.recorder.settle()
-    facts = usage_facts(principal, services)
-    key_ids = usage_keys(principal, services, at_most)
-    return {**facts, "keys": [usage_of(key_id, services) for key_id in key_ids]}
+) -> list[dict[str, object]]:
+    return [usage_of(key_id, services) for key_id in usage_keys(principal, services, at_most)]
 
 
 def usage_facts(principal: Principal, services: Services) -> dict[str, object]:

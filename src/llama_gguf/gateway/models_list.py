@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from llama_gguf.access.moments import format_moment
 from llama_gguf.engines.status import EngineStatus
 from llama_gguf.errors import ModelNotFound
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request import Request, is_from_anthropic
-from llama_gguf.wall_clock import iso_z
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -136,7 +136,7 @@ def _for_anthropic(item: Item) -> Item:
         "type": "model",
         "id": item["id"],
         "display_name": item["id"],
-        "created_at": iso_z(created),
+        "created_at": format_moment(created),
         "lifecycle": "active",
         "max_input_tokens": context,
         "max_tokens": context,

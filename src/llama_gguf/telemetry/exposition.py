@@ -26,9 +26,6 @@ from llama_gguf.telemetry.histogram import Histogram
 from llama_gguf.telemetry.metric_table import METRICS
 from llama_gguf.telemetry.metrics import Metrics
 
-FREED_AT_ONCE: Final = 2048
-"""Samples: less than a millisecond of work."""
-
 
 def render(
     metrics: Metrics,
@@ -50,9 +47,8 @@ def render(
         for family in collector.collect():
             # One by one: to join or to free all of them would hold the loop, also from a thread.
             parts.append(encode(_Families([family])).removesuffix(end))
-            while pause is not None and family.samples:
-                del family.samples[-FREED_AT_ONCE:]
-                pause()
+            for _ in paced(range(len(family.samples)), pause):
+                family.samples.pop()
     return b"".join((*parts, end)), content_type.encode()
 
 

@@ -2,7 +2,7 @@
 
 import { addChoices, confirmed, find, make, setRows, setText } from "./elements.js";
 import { number, words } from "./formats.js";
-import { json, key as signedIn } from "./server.js";
+import { SignedOut, json } from "./server.js";
 
 // Usage -----------------------------------------------------------------------------------------
 
@@ -82,15 +82,13 @@ export function forgetKeys() {
 }
 
 async function loadKeys() {
-  const secret = signedIn.get();
   try {
     const { keys, total, scopes } = await json("dashboard/keys");
-    if (signedIn.get() !== secret) return;  // signed out meanwhile
     find("hint-routes").textContent = `names of: ${scopes.join(", ")}; separated by commas`;
     setRows("managed", JSON.stringify(keys), () => keys.map(managedRow));
     setText("managed-note", keys.length < total ? `The first ${number(keys.length)} of ${number(total)} keys.` : "");
   } catch (error) {
-    if (signedIn.get() !== secret) return;
+    if (error instanceof SignedOut) return;
     isLoaded = false;
     setText("manage-result", `The keys cannot be listed: ${error.message}`);
   }

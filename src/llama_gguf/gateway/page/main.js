@@ -8,7 +8,7 @@ import { showEngine, showTiles } from "./engine.js";
 import { duration } from "./formats.js";
 import { forgetKeys, showManagement, showUsage } from "./keys.js";
 import { showErrors, showEvents, showRequests } from "./requests.js";
-import { Refused, json, key } from "./server.js";
+import { Refused, SignedOut, json, key } from "./server.js";
 
 const EVERY_MS = 2000;
 const RANGES = [
@@ -53,19 +53,17 @@ find("sign-out").addEventListener("click", () => {
 
 async function look() {
   clearTimeout(timer);
-  const secret = key.get();
-  if (!secret && key.isNeeded()) {
+  if (!key.get() && key.isNeeded()) {
     askForKey("");  // a request without one would count as an invalid key
     return;
   }
   const wanted = range;
   try {
     const data = await json(`dashboard/data?range=${wanted}`);
-    if (key.get() !== secret) return;
     find("notice").hidden = true;
     if (wanted === range) show(data);
   } catch (error) {
-    if (key.get() !== secret) return;
+    if (error instanceof SignedOut) return;
     if (error instanceof Refused && error.status === 401) {
       key.forget();
       askForKey("This key is invalid or has expired.");

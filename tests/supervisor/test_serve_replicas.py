@@ -36,7 +36,10 @@ def engines(serve: Serve) -> dict[int, str]:
 
 
 def ready(serve: Serve) -> int:
-    """How many replicas the gateway sends requests to: the fake engine has four slots."""
+    """How many replicas the gateway uses in full: the fake engine has four slots.
+
+    One that becomes ready under load gets one request at first, and one more with each response.
+    """
     return int(serve.send_request("/health", key="").json["slots"]["total"]) // 4
 
 
@@ -170,7 +173,7 @@ def test_a_rolling_restart_replaces_every_engine_and_no_request_fails(
     with under_load(serve, pool):
         restart(serve)
         serve.until_printed("Rolling restart complete: 3 replicas")
-    serve.until(lambda: ready(serve) == 3)
+        serve.until(lambda: ready(serve) == 3)
 
     assert not before.keys() & engines(serve).keys()
     assert len(engines(serve)) == 3
@@ -321,6 +324,6 @@ def test_an_engine_that_dies_during_a_restart_is_restarted(
         serve.until_printed("Reading the settings again")
         os.kill(last, signal.SIGKILL)
         serve.until_printed("Rolling restart complete: 3 replicas")
-    serve.until(lambda: ready(serve) == 3)
+        serve.until(lambda: ready(serve) == 3)
     assert not before.keys() & engines(serve).keys()
     assert serve.stop() == 0

@@ -10,11 +10,15 @@ may be reworded. Both are in an ordinary ``logging`` record, like those of libra
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Final
+
+from llama_gguf.stand_ins import stand_ins
+
+with stand_ins({"traceback": {}}):  # `logging` uses it to show exceptions
+    import logging
 
 Fact = str | int | float | Sequence[str] | None
 Facts = Mapping[str, str | int | float | list[str] | None]

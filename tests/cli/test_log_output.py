@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -13,6 +16,7 @@ from llama_gguf.config.masking import Masker
 from llama_gguf.config.schema import LogSettings
 from llama_gguf.events import EventLog
 from tests.cli.test_terminal import FakeStream
+from tests.support.processes import DEADLINE_SECONDS
 
 _log: Final = EventLog("llama_gguf.somewhere")
 _library: Final = logging.getLogger("library")
@@ -295,3 +299,37 @@ def test_a_file_that_has_the_same_records_gets_no_control_sequences(
     assert formatter is not None
     record = logging.LogRecord("llama_gguf.x", logging.ERROR, "", 0, "It failed", None, None)
     assert "\x1b" not in formatter.format(record)
+
+
+# Without file descriptors -------------------------------------------------------------------------
+
+WITHOUT_DESCRIPTORS: Final = """
+import os, resource, sys
+from llama_gguf.events import EventLog
+from llama_gguf.cli import log_output
+from llama_gguf.config.schema import LogSettings
+
+log_output.configure(LogSettings(log_format=sys.argv[1]), {})
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+try:
+    while True:
+        os.open(os.devnull, os.O_RDONLY)
+except OSError as error:
+    EventLog("llama_gguf.x").error("no_descriptors", "It failed", exc_info=error)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_without_a_file_descriptor_an_exception_is_logged_in_one_line(log_format: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DESCRIPTORS, log_format],
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE_SECONDS,
+    )
+
+    assert "It failed" in done.stderr
+    assert "OSError: [Errno 24] Too many open files: '/dev/null'" in done.stderr

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.processes
 
 WITHOUT_TLS: Final = """
 import sys
+import llama_gguf.events
 from llama_gguf.net.asyncio_import import import_asyncio
 import_asyncio(has_tls=False, has_processes=False)
 import asyncio
@@ -89,7 +90,8 @@ async def main():
     loop.add_signal_handler(signal.SIGUSR1, was_called.set)
     os.kill(os.getpid(), signal.SIGUSR1)
     await was_called.wait()
-    print(sorted({"asyncio.sslproto", "inspect", "locale", "subprocess"} & sys.modules.keys()))
+    rare = {"asyncio.sslproto", "inspect", "linecache", "locale", "subprocess", "traceback"}
+    print(sorted(rare & sys.modules.keys()))
 
     async def handler():
         pass
@@ -133,7 +135,24 @@ def test_what_asyncio_rarely_uses_is_imported_when_it_is_used(
     ]
 
 
-def test_a_module_that_is_loaded_already_is_left_alone() -> None:
-    code = f"import inspect\n{WITHOUT_TLS}print(asyncio.coroutines.inspect is inspect)"
+DEBUG: Final = """
+async def fail():
+    raise ValueError("lost")
 
-    assert output(code) == "True"
+async def main():
+    asyncio.create_task(fail(), name="failing")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+asyncio.run(main(), debug=True)
+"""
+
+
+def test_in_debug_mode_a_lost_exception_is_logged_as_without_stand_ins() -> None:
+    code = f"import sys, asyncio, logging; logging.basicConfig(stream=sys.stdout)\n{DEBUG}"
+
+    printed = output(f"{WITHOUT_TLS.strip().replace(chr(10), ';')}\n{code}")
+
+    assert "source_traceback: Object created at" in printed
+    assert printed.endswith("ValueError: lost")
+    assert printed == output(f"import llama_gguf.events\n{code}")

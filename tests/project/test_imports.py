@@ -70,7 +70,7 @@ def command(words: str) -> Callable[[Path], set[str]]:
 
 def before_the_health_port_responds(recorded: Path) -> set[str]:
     code = (
-        "from llama_gguf.cli import main, command, serve, serve_display, log_output\n"
+        "from llama_gguf.cli import main, command, serve, output, serve_display, log_output\n"
         "from llama_gguf.net.asyncio_import import import_asyncio\n"
         "import_asyncio(has_tls=False, has_processes=True)\n"
         "from llama_gguf.supervisor import start\n"

@@ -22,7 +22,15 @@ from llama_gguf.wall_clock import iso_time
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-class _Text(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def formatException(self, ei: _ExcInfo) -> str:
+        try:
+            return super().formatException(ei)
+        except OSError:  # `traceback` is loaded now, for which no file descriptor may be left
+            return f"{type(ei[1]).__name__}: {ei[1]}"
+
+
+class _Text(_Formatter):
     """One line per record; its further lines follow, indented.
 
     Therefore no content of a fact or a library's message can forge another record.
@@ -64,7 +72,7 @@ class _TerminalText(_Text):
         return f"{moment} \x1b[{colour}m{level}\x1b[0m" if colour else f"{moment} {level}"
 
 
-class _Json(logging.Formatter):
+class _Json(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
             "time": _time(record),

@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import httptools
+from llama_gguf.stand_ins import stand_ins
+
+with stand_ins({"httptools.parser.url_parser": {"parse_url": None}}):
+    import httptools
 
 from llama_gguf.errors import BadRequest, UpstreamError
 from llama_gguf.http1.fields import Fields

@@ -1,18 +1,18 @@
 """Imports asyncio, without the modules that it needs only in cases that do not occur here.
 
-asyncio loads ``ssl`` for connections with TLS, ``inspect`` for a few rare calls, and ``subprocess``
-for processes: more than 3 MB of memory in each process, and 8 ms (CPython 3.11 on Debian). How each
-is left out, and why that is safe: docs/adr/0036-asyncio-without-ssl.md,
-docs/adr/0039-stand-ins-for-rarely-used-modules.md.
+asyncio loads ``ssl`` for connections with TLS, ``inspect`` for a few rare calls, ``traceback`` for
+exceptions and ``subprocess`` for processes: more than 3 MB of memory in each process, and 8 ms
+(CPython 3.11 on Debian). How each is left out, and why that is safe:
+docs/adr/0036-asyncio-without-ssl.md, docs/adr/0039-stand-ins-for-rarely-used-modules.md.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Mapping
-from types import ModuleType
+from types import FrameType
 from typing import Any, Final, cast
+
+from llama_gguf.stand_ins import Unused, stand_ins
 
 _CO_COROUTINE: Final = 0x80
 """Of a code object's flags: CPython's Include/cpython/code.h."""
@@ -24,34 +24,21 @@ def _is_coroutine_function(function: object) -> bool:
     return code is not None and bool(code.co_flags & _CO_COROUTINE)
 
 
-StandIns = Mapping[str, Mapping[str, object]]
-"""By module: what asyncio uses of it in any case."""
+def _extract_stack(frame: FrameType | None = None, limit: int | None = None) -> object:
+    """As in ``traceback``: called for each task and future in asyncio's debug mode."""
+    import traceback  # noqa: PLC0415  # rarely used
 
-ALWAYS: Final[StandIns] = {
+    return traceback.extract_stack(frame or sys._getframe(1), limit)  # documented
+
+
+ALWAYS: Final[Unused] = {
     "inspect": {"iscoroutinefunction": _is_coroutine_function},
+    "linecache": {},
     "locale": {},  # imported by subprocess, for text
+    "traceback": {"extract_stack": _extract_stack},
 }
-WITHOUT_PROCESSES: Final[StandIns] = {"subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3}}
-WITHOUT_TLS: Final[StandIns] = {"asyncio.sslproto": {}}
-
-
-class StandIn(ModuleType):
-    """Imports the module *name* when anything of it is used but *attributes*."""
-
-    def __init__(self, name: str, attributes: Mapping[str, object]) -> None:
-        super().__init__(name)
-        vars(self).update(attributes)
-
-    def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        self.leave()
-        return getattr(importlib.import_module(self.__name__), attribute)
-
-    def leave(self) -> None:
-        """Let later imports find the module itself."""
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+WITHOUT_PROCESSES: Final[Unused] = {"subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3}}
+WITHOUT_TLS: Final[Unused] = {"asyncio.sslproto": {}}
 
 
 def import_asyncio(*, has_tls: bool, has_processes: bool) -> None:
@@ -70,14 +57,11 @@ def import_asyncio(*, has_tls: bool, has_processes: bool) -> None:
         **({} if has_processes else WITHOUT_PROCESSES),
         **(WITHOUT_TLS if has_no_ssl else {}),
     }
-    stand_ins = [StandIn(*each) for each in unused.items() if each[0] not in modules]
-    modules.update((each.__name__, each) for each in stand_ins)
     if has_no_ssl:
         modules["ssl"] = None  # so that its import fails (Python's reference, "The module cache")
     try:
-        import asyncio  # noqa: F401, PLC0415
+        with stand_ins(unused):
+            import asyncio  # noqa: F401, PLC0415
     finally:
         if has_no_ssl:
             del modules["ssl"]
-        for each in stand_ins:
-            each.leave()

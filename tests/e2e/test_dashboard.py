@@ -221,29 +221,44 @@ def test_a_key_is_kept_for_the_session_until_it_is_forgotten(
     assert browser.evaluate("document.querySelectorAll('#managed tr').length") == 0
 
 
-LATE_KEYS = """
-const real = window.fetch;
-window.fetch = (path, options) => !String(path).startsWith("dashboard/keys") ? real(path, options)
-  : real(path, options).then((response) => new Promise((resolve) => {
-      window.release = () => resolve(response);
-    }));
-"""
-
-
-def test_keys_that_arrive_after_signing_out_are_not_shown(browser: Browser, served: Served) -> None:
-    browser.evaluate(LATE_KEYS)
+def test_nothing_that_was_shown_is_left_after_signing_out(browser: Browser, served: Served) -> None:
+    question = "What is left of this?"
     sign_in(browser, served.key)
-    browser.until("window.release")
+    browser.until(IS_SHOWN)
+    browser.until("document.querySelectorAll('#managed tr').length === 1")
+    press_on(browser, "document.querySelector('#log summary')")
+    browser.until(f"{by_id('log-lines')}.textContent.includes('llama')")
+    fill(browser, "chat-text", question)
+    browser.press("Enter")
+    browser.until(f"{by_id('chat-note')}.textContent.includes('tokens in')")
+    shown = str(browser.evaluate("document.documentElement.outerHTML"))
+
     sign_out(browser)
 
-    browser.evaluate("window.release(); delete window.release")
-    browser.evaluate("new Promise((done) => setTimeout(done, 200))")
+    left = str(browser.evaluate("document.documentElement.outerHTML"))
+    assert question in shown
+    assert question not in left
+    for element_id in ("managed", "log-lines", "chat-log", "requests", "events", "keys", "state"):
+        assert text_of(browser, element_id).strip() == ""
 
-    assert browser.evaluate("document.querySelectorAll('#managed tr').length") == 0
-    sign_in(browser, served.key)
-    browser.until("window.release")
-    browser.evaluate("window.release()")
-    browser.until("document.querySelectorAll('#managed tr').length === 1")
+
+def test_a_key_that_is_revoked_meanwhile_is_asked_for_with_the_reason(
+    browser: Browser, served: Served
+) -> None:
+    administrator = served.key
+    secret = _post(served, administrator, action="create", name="brief")["secret"]
+    sign_in(browser, secret)
+    browser.until(IS_SHOWN)
+
+    _post(served, administrator, action="revoke", name="brief")
+
+    browser.until(f"{by_id('sign-in-error')}.textContent.includes('invalid')")
+    assert browser.evaluate("sessionStorage.length") == 0
+    assert browser.evaluate("document.activeElement.id") == "key"
+    assert browser.evaluate(f"{by_id('numbers')}.hidden && {by_id('keys')}.textContent === ''")
+    browser.go(f"http://127.0.0.1:{served.port}/dashboard?again")
+    browser.until("document.activeElement?.id === 'key'")
+    assert text_of(browser, "sign-in-error") == ""
 
 
 def test_the_charts_show_the_range_that_is_chosen(browser: Browser, served: Served) -> None:

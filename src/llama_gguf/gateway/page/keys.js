@@ -2,7 +2,7 @@
 
 import { addChoices, confirmed, find, make, setRows, setText } from "./elements.js";
 import { number, words } from "./formats.js";
-import { SignedOut, json } from "./server.js";
+import { json } from "./server.js";
 
 // Usage -----------------------------------------------------------------------------------------
 
@@ -74,13 +74,6 @@ export function showManagement({ sees_all }) {
   }
 }
 
-export function forgetKeys() {
-  isLoaded = false;
-  find("manage").hidden = true;
-  find("managed").replaceChildren();
-  delete find("managed").dataset.content;
-}
-
 async function loadKeys() {
   try {
     const { keys, total, scopes } = await json("dashboard/keys");
@@ -88,7 +81,6 @@ async function loadKeys() {
     setRows("managed", JSON.stringify(keys), () => keys.map(managedRow));
     setText("managed-note", keys.length < total ? `The first ${number(keys.length)} of ${number(total)} keys.` : "");
   } catch (error) {
-    if (error instanceof SignedOut) return;
     isLoaded = false;
     setText("manage-result", `The keys cannot be listed: ${error.message}`);
   }

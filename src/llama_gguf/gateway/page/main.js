@@ -6,11 +6,12 @@ import { setModel } from "./chat.js";
 import { addChoices, find, setText } from "./elements.js";
 import { showEngine, showTiles } from "./engine.js";
 import { duration } from "./formats.js";
-import { forgetKeys, showManagement, showUsage } from "./keys.js";
+import { showManagement, showUsage } from "./keys.js";
 import { showErrors, showEvents, showRequests } from "./requests.js";
-import { Refused, SignedOut, json, key } from "./server.js";
+import { Refused, json, key } from "./server.js";
 
 const EVERY_MS = 2000;
+const COMPLAINT_NAME = "llama-gguf-complaint";
 const RANGES = [
   ["300", "5 min"], ["900", "15 min"], ["3600", "1 h"], ["21600", "6 h"], ["86400", "1 day"],
 ];
@@ -23,9 +24,7 @@ let timer = 0;
 
 function askForKey(complaint) {
   clearTimeout(timer);
-  latest = null;
-  forgetKeys();
-  for (const id of ["numbers", "sections", "state", "sign-out", "notice"]) find(id).hidden = true;
+  find("notice").hidden = true;
   find("sign-in").hidden = false;
   setText("sign-in-error", complaint);
   find("key").value = "";
@@ -44,17 +43,25 @@ find("sign-in").addEventListener("submit", (event) => {
   look();
 });
 
-find("sign-out").addEventListener("click", () => {
+// What the page has shown, a conversation included, is gone with the page.
+function signOut(complaint) {
   key.forget();
-  askForKey("");
-});
+  if (!latest) {
+    askForKey(complaint);
+    return;
+  }
+  sessionStorage.setItem(COMPLAINT_NAME, complaint);
+  location.reload();
+}
+
+find("sign-out").addEventListener("click", () => signOut(""));
 
 // Requests -------------------------------------------------------------------------------------
 
 async function look() {
   clearTimeout(timer);
   if (!key.get() && key.isNeeded()) {
-    askForKey("");  // a request without one would count as an invalid key
+    askForKey(lastComplaint);  // a request without one would count as an invalid key
     return;
   }
   const wanted = range;
@@ -63,10 +70,8 @@ async function look() {
     find("notice").hidden = true;
     if (wanted === range) show(data);
   } catch (error) {
-    if (error instanceof SignedOut) return;
     if (error instanceof Refused && error.status === 401) {
-      key.forget();
-      askForKey("This key is invalid or has expired.");
+      signOut("This key is invalid or has expired.");
       return;
     }
     const isRefused = error instanceof Refused;
@@ -107,6 +112,9 @@ function show(data) {
   setModel(data);
   setText("about", `llama-gguf ${data.version}, up for ${duration(data.uptime_seconds)}`);
 }
+
+const lastComplaint = sessionStorage.getItem(COMPLAINT_NAME) || "";
+sessionStorage.removeItem(COMPLAINT_NAME);
 
 addChoices("ranges", RANGES, range, (value) => {
   range = value;

@@ -17,8 +17,6 @@ export class Refused extends Error {
   }
 }
 
-export class SignedOut extends Error {}
-
 export async function request(path, options = {}) {
   const secret = key.get();
   const headers = { ...options.headers, ...(secret ? { Authorization: `Bearer ${secret}` } : {}) };
@@ -35,13 +33,6 @@ async function reason(response) {
   }
 }
 
-// What is only shown is dropped if it arrives for a key that is no longer the present one; the
-// result of a change is not.
 export async function json(path, options) {
-  const secret = key.get();
-  try {
-    return await (await request(path, options)).json();
-  } finally {
-    if (!options?.method && key.get() !== secret) throw new SignedOut("signed out");
-  }
+  return (await request(path, options)).json();
 }

@@ -198,6 +198,15 @@ def test_a_missing_model_is_fetched_and_served(serve: Serve, tls: Pair | None) -
         serve.start_command("serve", server.url("/far.gguf")).until_ready()
 
 
+def test_it_imports_no_module_of_the_current_directory(serve: Serve) -> None:
+    for name in ("json", "logging", "typing"):
+        (serve.folder / f"{name}.py").write_text("raise SystemExit(9)\n")
+    with FileServer(gguf()) as server:
+        serve.start_command("serve", server.url("/far.gguf")).until_ready()
+
+        assert serve.send_request(CHAT, b"{}").status == 200
+
+
 def test_a_model_that_cannot_be_fetched_ends_it_with_the_reason(serve: Serve) -> None:
     with FileServer(gguf()) as server:
         server.behaviour.status = 404

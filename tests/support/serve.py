@@ -145,13 +145,13 @@ class Serve:
 
     def _command(self) -> list[str]:
         if self.terminal is not None:
-            return in_terminal("-m", "llama_gguf")
+            return in_terminal("-P", "-m", "llama_gguf")
         if not self.is_subreaper:
-            return [sys.executable, "-m", "llama_gguf"]
+            return [sys.executable, "-P", "-m", "llama_gguf"]
         # prctl(2): PR_SET_CHILD_SUBREAPER survives exec.
         become = (
             "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); "
-            "os.execv(sys.executable, [sys.executable, '-m', 'llama_gguf', *sys.argv[1:]])"
+            "os.execv(sys.executable, [sys.executable, '-P', '-m', 'llama_gguf', *sys.argv[1:]])"
         )
         return [sys.executable, "-c", become]
 

@@ -41,7 +41,7 @@ async def fetch(
     Raises:
         UserError: it failed; the child has reported the reason.
     """
-    argv = [sys.executable, "-m", "llama_gguf", "pull", "--no-advice"]
+    argv = [sys.executable, "-P", "-m", "llama_gguf", "pull", "--no-advice"]
     ours, theirs = os.pipe()
     try:
         argv += ["--progress-fd", str(theirs)]

@@ -85,7 +85,7 @@ class GatewayManager(ManagedProcess):
     async def _process(self) -> AsyncIterator[Child]:
         ours, theirs = socket.socketpair()
         fds = (self._listener.fileno(), theirs.fileno())
-        argv = [sys.executable, "-m", "llama_gguf", "gateway"]
+        argv = [sys.executable, "-P", "-m", "llama_gguf", "gateway"]
         argv += ["--listen-fd", str(fds[0]), "--channel-fd", str(fds[1])]
         with ours:
             with theirs:

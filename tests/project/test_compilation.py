@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import hatch_build
-from hatch_build import BUILD_DEPENDENCIES, MODULES, VARIABLE, CompileHook
+from hatch_build import BUILD_DEPENDENCIES, MODULES, SMALL, VARIABLE, CompileHook
 from llama_gguf.form import FORM
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +50,12 @@ def built(made: CompileHook) -> dict[str, Any]:
 
 def no_modules(_source: Path, _folder: Path) -> list[Path]:
     raise hatch_build.CompilationError("mypyc failed.\nTraceback\nNo module named 'mypyc'")
+
+
+def test_each_module_to_compile_for_size_is_one_of_those_to_compile() -> None:
+    stems = [Path(module).stem for module in MODULES]
+
+    assert {name: stems.count(name) for name in SMALL} == dict.fromkeys(SMALL, 1)
 
 
 @pytest.mark.parametrize(

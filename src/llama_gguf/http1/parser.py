@@ -12,7 +12,7 @@ from typing import Final
 
 from llama_gguf.stand_ins import stand_ins
 
-with stand_ins({"httptools.parser.url_parser": {"parse_url": None}}):
+with stand_ins({"httptools.parser.url_parser": {"parse_url": None}}):  # a library that is not used
     import httptools
 
 from llama_gguf.errors import BadRequest, UpstreamError

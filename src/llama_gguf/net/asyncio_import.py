@@ -28,7 +28,7 @@ def _extract_stack(frame: FrameType | None = None, limit: int | None = None) -> 
     """As in ``traceback``: called for each task and future in asyncio's debug mode."""
     import traceback  # noqa: PLC0415  # rarely used
 
-    return traceback.extract_stack(frame or sys._getframe(1), limit)  # documented
+    return traceback.extract_stack(frame or sys._getframe(1), limit)
 
 
 ALWAYS: Final[Unused] = {

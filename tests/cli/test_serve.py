@@ -43,7 +43,8 @@ def test_the_debug_shell_shows_the_environment_and_starts_nothing(
     [
         *("BACKEND_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "db_password", "RUNPOD_API_KEY"),
         *("GOOGLE_APPLICATION_CREDENTIALS", "LLAMA_API_KEY", "GITHUB_TOKEN"),
-        *("SMTP_PASS", "DB_PASSWD", "MYSQL_PWD", "PASSPHRASE"),
+        *("SMTP_PASS", "DB_PASSWD", "MYSQL_PWD", "PASSPHRASE", "REGISTRY_AUTH", "SIGNATURE"),
+        *("OTEL_EXPORTER_OTLP_HEADERS", "PRIVATE_REPO", "SESSION_COOKIE"),
     ],
 )
 def test_the_debug_shell_shows_no_secret(
@@ -56,14 +57,34 @@ def test_the_debug_shell_shows_no_secret(
     assert "hush-hush" not in shown
 
 
-def test_the_debug_shell_shows_no_password_in_an_address(
-    held: list[float], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTPS_PROXY", "http://user:hush-hush@proxy:3128"),
+        ("LLAMA_ARGS", "--verbose --api-key hush-hush"),
+        ("CURL_HEADER", "Authorization: Bearer hush-hush"),
+    ],
+)
+def test_the_debug_shell_shows_no_secret_that_is_part_of_a_value(
+    name: str, value: str, held: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    environ = {"DEBUG_SHELL": "true", "HTTPS_PROXY": "http://user:hush-hush@proxy:3128"}
+    assert main(["serve"], {"DEBUG_SHELL": "true", name: value}) == 0
+
+    shown = capsys.readouterr().out
+    assert f"{name}=" in shown
+    assert "hush-hush" not in shown
+
+
+def test_the_debug_shell_shows_paths_whatever_their_names_are(
+    tmp_path: Path, held: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ = {"DEBUG_SHELL": "true", "PWD": str(tmp_path), "AUTH_KEYS_FILE": "/keys/of/all.txt"}
 
     assert main(["serve"], environ) == 0
 
-    assert "hush-hush" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"PWD={tmp_path}\n" in shown
+    assert "AUTH_KEYS_FILE=/keys/of/all.txt\n" in shown
 
 
 # Flags --------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ TLS certificate.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf.cli.context import SETTING, Context
 from llama_gguf.cli.terminal import echo
-from llama_gguf.config.masking import MASK, mask_urls
+from llama_gguf.config.masking import MASK, Masker, names_secret
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
 
 DEBUG_SHELL_SECONDS: Final = 300
-_SENSITIVE_NAME: Final = "(?i)KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,9 +101,12 @@ def _loaded_again(context: Context) -> tuple[Settings, Mapping[str, str]]:
 
 def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, keep the container running, exit."""
-    for name in sorted(environ):
-        hidden = re.search(_SENSITIVE_NAME, name)
-        echo(f"{name}={MASK if hidden else mask_urls(environ[name])}")
+    from llama_gguf.cli.known_secrets import is_harmless
+
+    masker = Masker(())
+    for name, value in sorted(environ.items()):
+        is_hidden = names_secret(name) and not is_harmless(name, value)
+        echo(f"{name}={MASK if is_hidden else masker.mask(value)}")
     echo(f"DEBUG_SHELL: waiting for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

@@ -7,7 +7,14 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, ConnectAttempt, ConnectionPool
+from llama_gguf.gateway.pool import (
+    IDLE_SECONDS,
+    MAX_KEPT,
+    PROOF_SECONDS,
+    REST_SECONDS,
+    ConnectAttempt,
+    ConnectionPool,
+)
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from tests.support.fakes import Clock, Dial, FakeDialer, FakeLoop, FakeTransport, NewRig, Rig
 from tests.support.messages import OK, request
@@ -185,21 +192,54 @@ def test_idle_connections_are_retired_before_the_engine_closes_them(place: Place
     assert place.pool.take() is None
 
 
-def test_a_connection_that_outlives_a_stream_is_reused_after_a_whole_tick(place: Place) -> None:
+# After a stream -----------------------------------------------------------------------------------
+
+
+def pass_time(place: Place, seconds: float) -> None:
+    place.clock.now += seconds
+    place.pool.on_tick()
+
+
+def prove(place: Place) -> UpstreamConnection:
+    """Let the engine keep a connection after a stream; it is in use afterwards."""
+    connection = place.after_stream()
+    pass_time(place, PROOF_SECONDS)
+    assert place.pool.take() is connection
+    return connection
+
+
+def test_a_connection_that_outlives_a_stream_is_reused_after_half_a_second(place: Place) -> None:
     connection = place.after_stream()
     assert place.pool.take() is None
-    place.pool.on_tick()  # may come at once
+    pass_time(place, PROOF_SECONDS - 0.01)
     assert place.pool.take() is None
-    place.pool.on_tick()
+    pass_time(place, 0.01)
 
     assert place.pool.take() is connection
 
 
+def test_until_then_the_others_are_closed_after_a_stream(place: Place) -> None:
+    observed = place.after_stream()
+
+    assert [is_closed(place.after_stream()) for _ in range(3)] == [True] * 3
+    assert not is_closed(observed)
+
+
+def test_an_engine_that_keeps_connections_gets_the_next_stream_after_milliseconds(
+    place: Place,
+) -> None:
+    prove(place)
+    first, second = place.after_stream(), place.after_stream()
+    assert place.pool.take() is None
+    place.clock.now += REST_SECONDS
+
+    assert place.pool.take() is first
+    assert place.pool.take() is second
+
+
 def test_an_engine_that_closes_after_a_stream_is_not_waited_for_again(place: Place) -> None:
-    for connection in (place.after_stream(), place.after_stream()):
-        connection.connection_lost(None)
-    place.pool.on_tick()
-    place.pool.on_tick()
+    place.after_stream().connection_lost(None)
+    pass_time(place, PROOF_SECONDS)
     assert place.pool.take() is None
 
     assert is_closed(place.after_stream())
@@ -208,35 +248,62 @@ def test_an_engine_that_closes_after_a_stream_is_not_waited_for_again(place: Pla
     assert not is_closed(place.after_stream())
 
 
+def test_an_engine_that_no_longer_keeps_connections_gets_no_other_request_on_one(
+    place: Place,
+) -> None:
+    prove(place)
+    lost, other = place.after_stream(), place.after_stream()
+    lost.connection_lost(None)
+    place.clock.now += REST_SECONDS
+
+    assert place.pool.take() is None
+    assert is_closed(other)
+    assert is_closed(place.after_stream())
+
+
 def test_a_connection_that_outlived_a_stream_is_retired_as_any_other(place: Place) -> None:
     connection = place.after_stream()
-    for _ in range(int((IDLE_SECONDS + 1) * 2)):
+    for _ in range(int((IDLE_SECONDS + PROOF_SECONDS) * 2)):
         assert not is_closed(connection)
-        place.clock.now += 0.5
-        place.pool.on_tick()
+        pass_time(place, 0.5)
 
     assert is_closed(connection)
 
 
+def test_streams_without_a_pause_need_few_connections_more_than_there_are_at_once(
+    place: Place,
+) -> None:
+    prove(place)
+    for _ in range(10_000):  # one at a time, of 1 ms
+        upstream = place.pool.take()
+        if upstream is None:
+            place.connect()
+            upstream = place.connected[-1]
+        place.clock.now += 0.001
+        place.pool.give_back_after_stream(upstream)
+
+    assert len(place.connected) < 10
+
+
 def test_all_can_be_retired_at_once(place: Place) -> None:
-    connections = [place.after_stream()]
-    place.pool.on_tick()
-    connections += [place.after_stream(), *(place.idle() for _ in range(3))]
+    connections = [place.after_stream(), *(place.idle() for _ in range(3))]
     place.pool.retire_idle()
 
     assert all(map(is_closed, connections))
     assert place.pool.take() is None
 
 
-def test_the_number_of_kept_connections_is_bounded(place: Place) -> None:
-    connections = []
-    for _ in range(MAX_IDLE + 1):
+@pytest.mark.parametrize("is_after_stream", [False, True])
+def test_the_number_of_kept_connections_is_bounded(place: Place, is_after_stream: bool) -> None:
+    prove(place)
+    place.connected.clear()
+    for _ in range(MAX_KEPT + 1):
         place.connect()
-        connections.append(place.connected[-1])
-    for connection in connections:
-        place.pool.give_back(connection)
+    pool = place.pool
+    for connection in place.connected:
+        (pool.give_back_after_stream if is_after_stream else pool.give_back)(connection)
 
-    assert list(map(is_closed, connections)) == [False] * MAX_IDLE + [True]
+    assert list(map(is_closed, place.connected)) == [False] * MAX_KEPT + [True]
 
 
 def test_a_connection_is_closed_after_a_response_with_connection_close_such_as_the_hundredth(

@@ -3,13 +3,14 @@
 Facts of llama-server that decide here: it closes an idle connection after 5 s, and an idle
 connection occupies one of its few HTTP threads. So idle connections are few and young. It closes
 after 100 requests, announced in the last response, and after a stream, which it does not announce.
-Other engines do not: after a stream, a connection is reused only if it is still open half a second
-later (docs/adr/0038-a-connection-proves-itself-after-a-stream.md).
+Other engines do not, which the first connection shows on which a stream has ended
+(docs/adr/0038-a-connection-proves-itself-after-a-stream.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -21,10 +22,29 @@ from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Response
 from llama_gguf.net.connector import Cancellable, Dial
 
-MAX_IDLE: Final = 1024
-"""Kept connections; more than any engine has slots, so that slots bound it in practice."""
+MAX_KEPT: Final = 64
+"""Connections without a request, and those after a stream: each may occupy a thread there."""
 IDLE_SECONDS: Final = 3.0
+PROOF_SECONDS: Final = 0.5
+"""After a stream: an engine that has not closed the connection by then keeps it."""
+REST_SECONDS: Final = 0.005
+"""The same once it is known that the engine keeps them; llama-server closes within 0.1 ms."""
 _IDLE: Final = Phase.IDLE
+
+
+class AfterStream(enum.Enum):
+    """What an engine does with a connection on which a stream has ended."""
+
+    UNKNOWN = "unknown"
+    KEEPS = "keeps"
+    CLOSES = "closes"
+
+
+_MAX_RESTING: Final = {
+    AfterStream.UNKNOWN: 1,  # is observed
+    AfterStream.KEEPS: MAX_KEPT,
+    AfterStream.CLOSES: 0,
+}
 
 
 class Waiter(Protocol):
@@ -56,12 +76,10 @@ class ConnectionPool:
         self._now = loop.time()
         """As of the last tick: idle times are exact to half a second."""
         self._idle: deque[UpstreamConnection] = deque()
-        self._resting: list[UpstreamConnection] = []
-        """Since the last tick, after a stream."""
-        self._rested: list[UpstreamConnection] = []
-        """Since the tick before that: if they are still open at the next one, they are reused."""
-        self._closes_after_streams = False
-        """The engine did so; it may be another one when it comes back."""
+        self._resting: deque[UpstreamConnection] = deque()
+        """After a stream, the first one first."""
+        self._after_stream = AfterStream.UNKNOWN
+        """Until the engine is gone; it may be another one when it comes back."""
         self._abandoned: dict[UpstreamConnection, float] = {}
         """Connections without a client that still hold a slot, and the time to cut them."""
         self.connecting: set[ConnectAttempt] = set()
@@ -80,42 +98,52 @@ class ConnectionPool:
             connection = self._idle.pop()
             if connection.phase is _IDLE and not connection.transport.is_closing():
                 return connection
+        if self._resting and self._after_stream is AfterStream.KEEPS:
+            return self._take_rested(REST_SECONDS)
+        return None
+
+    def _take_rested(self, seconds: float) -> UpstreamConnection | None:
+        """The first connection that is still open *seconds* after a stream."""
+        if not self._resting or self._resting[0].idle_since > self._loop.time() - seconds:
+            return None
+        connection = self._resting.popleft()
+        if connection.phase is _IDLE and not connection.transport.is_closing():
+            self._after_stream = AfterStream.KEEPS
+            return connection
+        self._after_stream = AfterStream.CLOSES
+        while self._resting:
+            self._resting.pop().close()
         return None
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep *connection* for another request, or close it."""
-        if len(self._idle) >= MAX_IDLE:
+        if len(self._idle) >= MAX_KEPT:
             connection.close()
             return
         connection.idle_since = self._now
         self._idle.append(connection)
 
     def give_back_after_stream(self, connection: UpstreamConnection) -> None:
-        """Keep *connection* if it proves to be open for a tick at least, or close it."""
-        if self._closes_after_streams:
+        """Keep *connection* for another request if the engine keeps it, or close it."""
+        if len(self._resting) >= _MAX_RESTING[self._after_stream]:
             connection.close()
             return
-        connection.idle_since = self._now
+        connection.idle_since = self._loop.time()
         self._resting.append(connection)
 
     def retire_idle(self) -> None:
         """Close all connections without a request: the engine is gone, or no longer used."""
-        for connection in (*self._idle, *self._resting, *self._rested):
+        for connection in (*self._idle, *self._resting):
             connection.close()
         self._idle.clear()
         self._resting.clear()
-        self._rested.clear()
-        self._closes_after_streams = False
+        self._after_stream = AfterStream.UNKNOWN
 
     def on_tick(self) -> None:
-        """Close connections that have been idle for long; reuse those that outlived a stream."""
+        """Close connections that have been idle for long; keep those that outlived a stream."""
         self._now = self._loop.time()
-        rested, self._rested, self._resting = self._rested, self._resting, []
-        for connection in rested:
-            if connection.phase is _IDLE:
-                self.give_back(connection)
-            else:
-                self._closes_after_streams = True
+        while (connection := self._take_rested(PROOF_SECONDS)) is not None:
+            self.give_back(connection)
         horizon = self._now - IDLE_SECONDS
         while self._idle and self._idle[0].idle_since <= horizon:
             self._idle.popleft().close()

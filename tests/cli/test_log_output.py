@@ -315,7 +315,9 @@ try:
     while True:
         os.open(os.devnull, os.O_RDONLY)
 except OSError as error:
-    EventLog("llama_gguf.x").error("no_descriptors", "It failed", exc_info=error)
+    EventLog("llama_gguf.x").error(
+        "no_descriptors", "It failed\\nwith {names}", names="\\u2028", exc_info=error
+    )
 """
 
 
@@ -331,5 +333,5 @@ def test_without_a_file_descriptor_an_exception_is_logged_in_one_line(log_format
         timeout=DEADLINE_SECONDS,
     )
 
-    assert "It failed" in done.stderr
+    assert "It failed\\nwith \\u2028" in done.stderr
     assert "OSError: [Errno 24] Too many open files: '/dev/null'" in done.stderr

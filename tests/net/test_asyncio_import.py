@@ -156,3 +156,62 @@ def test_in_debug_mode_a_lost_exception_is_logged_as_without_stand_ins() -> None
     assert "source_traceback: Object created at" in printed
     assert printed.endswith("ValueError: lost")
     assert printed == output(f"import llama_gguf.events\n{code}")
+
+
+FAILING: Final = """
+import functools
+
+def fail():
+    raise ValueError("failed")
+
+@functools.wraps(fail)
+def wrapper():
+    fail()
+
+async def main():
+    loop = asyncio.get_running_loop()
+    for callback in (fail, wrapper, functools.partial(fail)):
+        loop.call_soon(callback)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+
+
+def test_callbacks_that_raise_are_logged_as_without_stand_ins() -> None:
+    code = f"import sys, asyncio, logging; logging.basicConfig(stream=sys.stdout)\n{FAILING}"
+
+    printed = output(f"{WITHOUT_TLS.strip().replace(chr(10), ';')}\n{code}")
+
+    assert printed.count("ValueError: failed") == 3
+    assert printed == output(f"import llama_gguf.events\n{code}")
+
+
+WITHOUT_DESCRIPTORS: Final = """
+import os, resource
+
+def fail():
+    raise ValueError("failed")
+
+async def main():
+    handled = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: handled.append(context["exception"]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+    while True:
+        try:
+            os.open(os.devnull, os.O_RDONLY)
+        except OSError:
+            break
+    loop.call_soon(fail)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    print(handled)
+
+asyncio.run(main())
+"""
+
+
+def test_without_file_descriptors_a_callback_that_raises_does_not_end_the_loop() -> None:
+    assert output(WITHOUT_TLS + WITHOUT_DESCRIPTORS) == "[ValueError('failed')]"

@@ -26,7 +26,7 @@ class _Formatter(logging.Formatter):
     def formatException(self, ei: _ExcInfo) -> str:
         try:
             return super().formatException(ei)
-        except OSError:  # `traceback` is loaded now, for which no file descriptor may be left
+        except Exception:  # `traceback` is loaded only now: without a file descriptor, or at exit
             return f"{type(ei[1]).__name__}: {ei[1]}"
 
 
@@ -91,9 +91,7 @@ def _printable(text: str) -> str:
     """*text* with all control characters except tabs escaped."""
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in text)
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):

@@ -9,7 +9,7 @@ docs/adr/0036-asyncio-without-ssl.md, docs/adr/0039-stand-ins-for-rarely-used-mo
 from __future__ import annotations
 
 import sys
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any, Final, cast
 
 from llama_gguf.stand_ins import Unused, stand_ins
@@ -24,6 +24,17 @@ def _is_coroutine_function(function: object) -> bool:
     return code is not None and bool(code.co_flags & _CO_COROUTINE)
 
 
+def _unwrap(function: object) -> object:
+    """As in ``inspect``: called for a callback that has raised, to name it."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _is_function(value: object) -> bool:
+    return isinstance(value, FunctionType)
+
+
 def _extract_stack(frame: FrameType | None = None, limit: int | None = None) -> object:
     """As in ``traceback``: called for each task and future in asyncio's debug mode."""
     import traceback  # noqa: PLC0415  # rarely used
@@ -32,7 +43,11 @@ def _extract_stack(frame: FrameType | None = None, limit: int | None = None) -> 
 
 
 ALWAYS: Final[Unused] = {
-    "inspect": {"iscoroutinefunction": _is_coroutine_function},
+    "inspect": {
+        "iscoroutinefunction": _is_coroutine_function,
+        "isfunction": _is_function,
+        "unwrap": _unwrap,
+    },
     "linecache": {},
     "locale": {},  # imported by subprocess, for text
     "traceback": {"extract_stack": _extract_stack},

@@ -23,6 +23,19 @@ MAX_LINE_BYTES: Final = 65536
 _TETHER: Final = os.path.join(os.path.dirname(__file__), "pdeathsig.py")
 
 
+def own_command(*words: str) -> list[str]:
+    """``llama-gguf`` with *words*, which imports modules from where this process does.
+
+    ``python -m`` also imports from the current directory, which is as it should be only if we were
+    started like that.
+    """
+    try:
+        safe = [] if os.getcwd() in sys.path else ["-P"]
+    except OSError:  # it has been removed
+        safe = ["-P"]
+    return [sys.executable, *safe, "-m", "llama_gguf", *words]
+
+
 class Child:
     """A running process, or one that has died."""
 

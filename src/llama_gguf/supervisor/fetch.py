@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
 from llama_gguf.files.sizes import size_text
 from llama_gguf.models.progress import Meter, MeterFactory
-from llama_gguf.supervisor.child import spawn
+from llama_gguf.supervisor.child import own_command, spawn
 
 OnProgress = Callable[[str, float | None], None]
 
@@ -41,10 +40,9 @@ async def fetch(
     Raises:
         UserError: it failed; the child has reported the reason.
     """
-    argv = [sys.executable, "-P", "-m", "llama_gguf", "pull", "--no-advice"]
     ours, theirs = os.pipe()
     try:
-        argv += ["--progress-fd", str(theirs)]
+        argv = own_command("pull", "--no-advice", "--progress-fd", str(theirs))
         child = await spawn(
             "pull", argv, environ=_environ_of_pull(settings, environ), pass_fds=[theirs]
         )

@@ -7,7 +7,6 @@ import contextlib
 import json
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
@@ -15,7 +14,7 @@ from llama_gguf.engines.activity import FACTS, FACTS_REQUEST, GREETING, OWNERS, 
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import child as children
-from llama_gguf.supervisor.child import Child
+from llama_gguf.supervisor.child import Child, own_command
 from llama_gguf.supervisor.launch import Spawn
 from llama_gguf.supervisor.managed_process import Clock, Life, LoopClock, ManagedProcess
 from llama_gguf.supervisor.restart_policy import LEAVING, Event, RestartPolicy
@@ -85,8 +84,8 @@ class GatewayManager(ManagedProcess):
     async def _process(self) -> AsyncIterator[Child]:
         ours, theirs = socket.socketpair()
         fds = (self._listener.fileno(), theirs.fileno())
-        argv = [sys.executable, "-P", "-m", "llama_gguf", "gateway"]
-        argv += ["--listen-fd", str(fds[0]), "--channel-fd", str(fds[1])]
+        flags = ("--listen-fd", str(fds[0]), "--channel-fd", str(fds[1]))
+        argv = own_command("gateway", *flags)
         with ours:
             with theirs:
                 child = await self._spawn("gateway", argv, environ=self._environ, pass_fds=fds)

@@ -393,6 +393,22 @@ def test_a_replica_that_loads_under_way_of_others_starts_slowly(rig: Rig) -> Non
     assert rig.fleet.admission.slots == 6
 
 
+def test_a_slow_start_ends_when_no_request_waits(rig: Rig) -> None:
+    with_second(rig, ChildState.LOADING)
+    for _ in range(6):
+        rig.send_request()
+    with_second(rig)
+    assert rig.fleet.admission.queued == 1
+    rig.advance(1)
+    assert rig.fleet.admission.slots == 5, "the queue would fall on it at once"
+
+    rig.upstreams[0].send(OK)
+    rig.advance(1)
+
+    assert rig.fleet.admission.queued == 0
+    assert rig.fleet.admission.slots == 8
+
+
 def test_a_peer_with_another_model_is_left_out_and_taken_back(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -137,6 +137,25 @@ def test_after_a_load_under_way_of_others_it_starts_slowly(standing: Standing) -
     assert standing.limit(64) == 64
 
 
+def test_a_slow_start_ends_with_the_queue(standing: Standing) -> None:
+    assert not standing.on_empty_queue()
+    standing.on_loaded(is_gradual=True)
+
+    assert standing.on_empty_queue()
+
+    assert standing.limit(SLOTS) == SLOTS
+    assert not standing.is_watched
+    assert not standing.on_empty_queue()
+
+
+def test_an_ejection_does_not_end_with_the_queue(standing: Standing) -> None:
+    standing.on_loaded(is_gradual=True)
+    eject(standing)
+
+    assert not standing.on_empty_queue()
+    assert standing.limit(SLOTS) == 0
+
+
 def test_a_new_process_is_not_judged_by_the_old_one(standing: Standing) -> None:
     eject(standing)
     standing.on_loaded(is_gradual=False)

@@ -260,7 +260,9 @@ class Fleet:
             replica.pool.on_tick()
             if not is_late:
                 replica.pool.cut_overdue()
-            if replica.standing.on_time(now):
+            if replica.standing.on_time(now) or (
+                not self.admission.queued and replica.standing.on_empty_queue()
+            ):
                 self._on_replica_change(replica)
             if now >= replica.unreachable_since + SILENT_SECONDS and self.has_other(replica):
                 replica.unreachable_since = math.inf

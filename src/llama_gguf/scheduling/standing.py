@@ -14,7 +14,8 @@ failure, the first case that applies:
 
 An ejected replica is tried again by one request, after 1 s at first and 60 s at most, or at once if
 no other replica can take requests. After a load under way of other requests, and after a trial, a
-replica gets one request, and one more with each response, until it has as many as it has slots.
+replica gets one request, and one more with each response, until it has as many as it has slots, or
+until no request waits.
 
 BUSY is no failure: a peer with its own queue has refused a request (429 or 503).
 """
@@ -136,6 +137,14 @@ class Standing:
             self._limit = NO_LIMIT
             self._ejections = 0
         self.is_watched = self._limit != NO_LIMIT or self.state is not State.SERVING
+
+    def on_empty_queue(self) -> bool:
+        """No request waits that could fall on it at once. Returns whether its limit has ended."""
+        if self._limit == NO_LIMIT or self.state is not State.SERVING:
+            return False
+        self._limit = NO_LIMIT
+        self.is_watched = bool(self._lost or self._errors or self._ejections)
+        return True
 
     def on_lost(self, now: float, *, has_other: bool) -> bool:
         """A connection with a request was lost. Returns whether it was ejected."""

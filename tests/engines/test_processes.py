@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engines.processes import Listener, Process, environ_of, family, listeners, look
+from llama_gguf.engines.processes import (
+    Listener,
+    Process,
+    directory_of,
+    environ_of,
+    family,
+    listeners,
+    look,
+)
 
 
 def process(pid: int, parent: int, *argv: str) -> Process:
@@ -93,3 +101,8 @@ def test_a_listener_is_listed_with_its_process() -> None:
 
 def test_without_a_readable_proc_nothing_is_listed(tmp_path: Path) -> None:
     assert listeners([1], str(tmp_path)) == []
+
+
+def test_the_directory_of_a_process_is_known_while_it_runs() -> None:
+    assert directory_of(os.getpid()) == os.getcwd()
+    assert directory_of(1 << 22) == ""

@@ -8,10 +8,12 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import termios
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +28,16 @@ pytestmark = pytest.mark.processes
 
 def command(serve: Serve, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a second terminal with the same settings."""
+    return command_in(None, serve, *arguments, **environ)
+
+
+def command_in(
+    directory: Path | None, serve: Serve, *arguments: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # noqa: PLW1510  # its status is what tests look at
         [sys.executable, "-m", "llama_gguf", *arguments],
         env={**serve.environ, **environ},
+        cwd=directory,
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
@@ -125,6 +134,30 @@ def test_a_second_server_names_the_one_that_has_its_port(serve: Serve) -> None:
     assert f"llama-gguf stop --data-dir {serve.data} --port {serve.port}" in done.stderr
     elsewhere = command(serve, "serve", str(serve.model), DATA_DIR=str(serve.folder / "other"))
     assert re.search(f"pid {serve.pid}: .+, ready since", elsewhere.stderr)
+
+
+def test_a_server_that_does_not_have_the_port_is_not_blamed(serve: Serve) -> None:
+    serve.start_ready()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port, health, backend = str(other.getsockname()[1]), *map(str, free_ports(2))
+        ports = {"PORT": port, "PORT_HEALTH": health, "PORT_BACKEND": backend}
+
+        done = command(serve, "serve", str(serve.model), **ports)
+
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "llama-gguf stop" not in done.stderr
+
+
+def test_a_server_with_a_relative_folder_is_found_from_another_directory(serve: Serve) -> None:
+    elsewhere = serve.folder / "elsewhere"
+    elsewhere.mkdir()
+    serve.start_ready(DATA_DIR="./data")
+
+    done = command_in(elsewhere, serve, "serve", str(serve.model), DATA_DIR="./data")
+
+    assert re.search(f"pid {serve.pid}: .+, ready since", done.stderr)
+    assert f"llama-gguf stop --data-dir {serve.data} --port {serve.port}" in done.stderr
 
 
 def test_a_second_server_with_the_same_folder_is_operated_by_its_port(serve: Serve) -> None:

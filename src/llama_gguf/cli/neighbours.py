@@ -1,9 +1,10 @@
-"""Names the server of ours that has the port, or the DATA_DIR, that a new server wants."""
+"""Names the server of ours that has a port which a new server wants."""
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from typing import Any, Final
 
@@ -40,27 +41,32 @@ def _text(settings: Settings) -> str:
 
 
 def _running(settings: Settings) -> Iterator[dict[str, Any]]:
-    """The status of each server of ours with the same DATA_DIR, or on one of the ports."""
-    folders = dict.fromkeys([settings.model.data_dir, *_folders_of_ports(settings)])
+    """The status of each server of ours that has one of the ports."""
+    listen = settings.listen
+    wanted = {listen.port, listen.port_health, settings.upstream.port_backend}
+    holders = dict(_holders(wanted))
+    folders = dict.fromkeys([settings.model.data_dir, *filter(None, holders.values())])
     seen: set[int] = set()
     for folder in folders:
         with suppress(UserError):
             for server in control_client.servers(folder):
                 with server, suppress(UserError):
                     facts = server.ask("status")
-                    if facts["pid"] not in seen:
+                    has_port = facts["port"] in wanted or facts["pid"] in holders
+                    if has_port and facts["pid"] not in seen:
                         seen.add(facts["pid"])
                         yield facts
 
 
-def _folders_of_ports(settings: Settings) -> Iterator[str]:
-    """DATA_DIR of each process of ours that listens on one of the ports."""
-    listen = settings.listen
-    wanted = {listen.port, listen.port_health, settings.upstream.port_backend}
-    ours = [pid for pid, process in processes.look().items() if process.is_ours]
+def _holders(wanted: Set[int]) -> Iterator[tuple[int, str]]:
+    """The processes of ours that listen on one of the ports, and their parents; with DATA_DIR."""
+    found = processes.look()
+    ours = [pid for pid, process in found.items() if process.is_ours]
     for listener in processes.listeners(ours):
         if listener.port in wanted and listener.pid is not None:
             # The gateway and the engine of `serve` have it in their environment.
-            folder = processes.environ_of(listener.pid).get("DATA_DIR")
+            folder = processes.environ_of(listener.pid).get("DATA_DIR", "")
             if folder:
-                yield folder
+                folder = os.path.join(processes.directory_of(listener.pid), folder)
+            yield listener.pid, folder
+            yield found[listener.pid].parent, folder

@@ -100,6 +100,14 @@ def environ_of(pid: int, proc: str = "/proc") -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
+def directory_of(pid: int, proc: str = "/proc") -> str:
+    """The current directory of *pid*; empty if we may not read it."""
+    try:
+        return os.readlink(os.path.join(proc, str(pid), "cwd"))
+    except OSError:
+        return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Listener:
     """A TCP socket that accepts connections."""

@@ -609,6 +609,17 @@ def test_no_usable_key_is_a_problem(machine: Machine, check: Check, text: str | 
     assert wrong(checks)["keys"].startswith(f"no keys in {machine.keys_file}: create one with")
 
 
+def test_without_keys_the_verdict_is_that_every_request_would_be_refused(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.keys_file.unlink()
+
+    assert main(["check"], machine.environ) == 1
+
+    printed = capsys.readouterr().out
+    assert printed.endswith("1 problem found: `llama-gguf serve` would refuse every request.\n")
+
+
 def test_an_unreadable_keys_file_is_a_problem(machine: Machine, check: Check) -> None:
     machine.keys_file.unlink()
     machine.keys_file.mkdir()

@@ -75,7 +75,7 @@ def test_the_debug_shell_shows_no_secret_that_is_part_of_a_value(
     assert "hush-hush" not in shown
 
 
-def test_the_debug_shell_shows_paths_whatever_their_names_are(
+def test_the_debug_shell_shows_paths_with_names_of_secrets(
     tmp_path: Path, held: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ = {"DEBUG_SHELL": "true", "PWD": str(tmp_path), "AUTH_KEYS_FILE": "/keys/of/all.txt"}

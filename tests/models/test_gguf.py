@@ -351,6 +351,10 @@ def test_the_first_keys_show_what_a_file_is() -> None:
     assert kind_by_first_keys(gguf()) is None
 
 
+def test_a_model_whose_header_begins_with_other_keys_is_one() -> None:
+    assert kind_by_first_keys(gguf({"tokenizer.ggml.model": "llama", **METADATA})) is None
+
+
 def test_a_kind_is_read_without_the_rest_of_the_header() -> None:
     raw = gguf({"general.type": "mmproj", **METADATA})
 

@@ -128,7 +128,9 @@ def _print(context: Context, results: list[Result], *, shows_all: bool) -> None:
     if hidden := len(context.sources) - len(shown):
         echo(f"{hidden} {'other ' if shown else ''}settings have their defaults; --all lists them.")
     if wrong:
-        echo(f"\n{_count(wrong, 'problem', 'problems')} found: `llama-gguf serve` cannot start.")
+        is_about_keys = {result.subject for result in wrong} == {"keys"}
+        effect = "would refuse every request" if is_about_keys else "cannot start"
+        echo(f"\n{_count(wrong, 'problem', 'problems')} found: `llama-gguf serve` {effect}.")
     else:
         echo("\nNo problems found: `llama-gguf serve` can start.")
 

@@ -43,7 +43,8 @@ def of(
     has_many = used > MANY_KEYS
     if kind is Kind.METRICS:
         wanted = endpoints.metrics_format(request)
-        is_ready = endpoints.has_renderer(wanted) and wanted not in services.renderings
+        # Another rendering may be importing what this one needs.
+        is_ready = endpoints.has_renderer(wanted) and not services.renderings
         return partial(_metrics, request, services) if has_many or not is_ready else None
     if not services.authenticator.is_admin(principal):
         return None  # a response about one key

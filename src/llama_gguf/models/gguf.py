@@ -148,9 +148,9 @@ def read_facts(read: Callable[[int], bytes], file_bytes: int) -> ModelFacts:
 
 
 def read_kind(read: Callable[[int], bytes], file_bytes: int) -> Kind | None:
-    """What a file is, by the first keys of its header alone; None for a model.
+    """What a file is, by its first general keys alone; None for a model.
 
-    Writers begin with the general keys, so this is much cheaper than ``read_facts``.
+    Writers begin with them, so this is much cheaper than ``read_facts``.
 
     Raises:
         GgufError: it is not GGUF, or damaged.
@@ -160,7 +160,7 @@ def read_kind(read: Callable[[int], bytes], file_bytes: int) -> Kind | None:
     values: dict[str, GgufValue] = {}
     for _ in range(key_count):
         key = header.text()
-        if not key.startswith(("general.", "adapter.")):
+        if "general.architecture" in values and not key.startswith(("general.", "adapter.")):
             break
         values[key] = _read_value(header)
     return kind_of(values)

@@ -99,6 +99,7 @@ def test_text_that_looks_like_a_secret_is_masked(text: str) -> None:
         "keys  ok  1 in /data/api_keys.txt",
         "--auth-keys-file /data/api_keys.txt --ctx-size 4096",
         "loaded token: true",
+        "BACKEND_API_KEY=  (default)",
         "GET /v1/models HTTP/1.1 401",
         "https://host.example/path/m.gguf",
     ],

@@ -125,6 +125,15 @@ def test_the_last_lines_determine_reason_and_advice(
     assert [word for word in wanted if word not in said] == []
 
 
+@pytest.mark.parametrize("returncode", [0, 1, -signal.SIGABRT])
+def test_lines_that_do_not_exist_are_not_referred_to(returncode: int) -> None:
+    said = " ".join(explain(returncode, []))
+
+    assert "without any output" in said
+    assert "last lines" not in said
+    assert "last lines" in " ".join(explain(returncode, ["something new"]))
+
+
 @pytest.mark.parametrize(
     "line", ["cudaMalloc failed: out of memory", "terminate called after std::bad_alloc"]
 )

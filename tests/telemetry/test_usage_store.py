@@ -96,7 +96,22 @@ def test_an_unreadable_file_is_renamed_and_logged(
     assert totals.views(NOW) == []
     (warning,) = warnings(caplog)
     assert str(path) in warning
+    assert "renamed to" in warning
     assert path.with_name("here.json.unreadable").read_bytes() == content
+
+
+def test_a_file_that_cannot_be_renamed_either_is_not_said_to_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "here.json"
+
+    totals = UsageStore(USAGE, str(path)).load(NOW)
+
+    assert totals.views(NOW) == []
+    assert warnings(caplog) == [
+        f"The usage in {path} cannot be read: Not a directory. Counting begins at zero"
+    ]
 
 
 def test_a_file_is_never_read_half_written(path: Path) -> None:

@@ -29,8 +29,8 @@ _NAME: Final = (
     r"(?:api[_-]?key|[_-]key|\bkey|token|secret|passw(?:or)?d|passphrase|pwd|credentials?"
     r"|signature|cookie|authorization)"
 )
-_PLAIN: Final = r"(?!(?:[0-9.]+|true|false|null|none)\b|[/{\[*])"
-"""Not a secret: a number, a boolean, a path, an object, or text that is masked already."""
+_PLAIN: Final = r"(?!(?:[0-9.]+|true|false|null|none)\b|[/{\[(*])"
+"""Not a secret: a number, a boolean, a path, an object, a remark, or what is masked already."""
 
 _LOGIN: Final = r"(?<=://)[^/\s]{1,500}@"
 _QUERY: Final = r"(://[^\s?#\"']{1,500})\?[^\s#\"']*"

@@ -156,6 +156,7 @@ CAUSES: Final = (
     ),
 )
 
+_SEE_LINES: Final = "See its last lines."
 _SIGNALS: Final = {
     signal.SIGKILL: (
         "It was killed from outside, most often because memory ran out.",
@@ -175,7 +176,7 @@ _SIGNALS: Final = {
         "It read past the end of a file: the model file was truncated, or its disk failed.",
         "Check the file and its volume.",
     ),
-    signal.SIGABRT: ("It aborted.", "See its last lines."),
+    signal.SIGABRT: ("It aborted.", _SEE_LINES),
 }
 _UNREACHABLE: Final = r"Failed to connect to (\S+:\d+)"
 _NUMBERS: Final = frozenset(s.value for s in signal.Signals)
@@ -235,12 +236,13 @@ def _explain(returncode: int, output: str, *, was_out_of_memory: bool) -> tuple[
         if match := re.search(cause.pattern, output):
             words = match.groupdict()
             return cause.reason.format(**words), cause.advice.format(**words)
-    if returncode > 0 and not output:  # 3
+    reason, advice = _explain_status(returncode)  # 3
+    if advice == _SEE_LINES and not output:
         return (
-            "It exited with an error, and without any output.",
+            f"{reason[:-1]}, and without any output.",
             "Run `llama-gguf check`, or start it again: llama-server sometimes loses its lines.",
         )
-    return _explain_status(returncode)
+    return reason, advice
 
 
 def _explain_status(returncode: int) -> tuple[str, str]:
@@ -251,8 +253,8 @@ def _explain_status(returncode: int) -> tuple[str, str]:
             "Find the process that sent it.",
         )
     if returncode == 0:
-        return "It exited without an error.", "See its last lines."
-    return "It exited with an error.", "See its last lines."
+        return "It exited without an error.", _SEE_LINES
+    return "It exited with an error.", _SEE_LINES
 
 
 def oom_kills(events: str) -> int:

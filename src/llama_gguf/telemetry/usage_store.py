@@ -258,16 +258,19 @@ class UsageStore(Generic[T]):
 
     def _rename_unreadable(self, error: Exception) -> None:
         aside = f"{self._path}.unreadable"
+        try:
+            os.replace(self._path, aside)
+            what_follows = f"The file is renamed to {aside}"
+        except OSError:
+            what_follows = "Counting begins at zero"
         _log.warning(
             "usage_lost",
-            "The {kind} in {file} cannot be read: {reason}. The file is renamed to {renamed_to}",
+            "The {kind} in {file} cannot be read: {reason}. {what_follows}",
             kind=self._kind.name,
             file=self._path,
-            reason=str(error),
-            renamed_to=aside,
+            reason=(isinstance(error, OSError) and error.strerror) or str(error),
+            what_follows=what_follows,
         )
-        with contextlib.suppress(OSError):
-            os.replace(self._path, aside)
         self._stamp = stamps.stamp(self._path)
 
     def _replace(self, text: str) -> None:

@@ -65,7 +65,9 @@ def test_status_has_the_facts_and_its_exit_status_shows_whether_requests_are_ser
 
     assert command(serve, "status").returncode == 0
     assert (facts["pid"], facts["state"]) == (serve.pid, "ready")
-    assert [r["pid"] for r in facts["replicas"]] == [serve.engine_pid]
+    assert [(r["pid"], r["address"]) for r in facts["replicas"]] == [
+        (serve.engine_pid, f"127.0.0.1:{serve.port_backend}")
+    ]
     assert facts["model"] == serve.send_request("/health", key="").json["model"]
     assert [key["key_id"] for key in facts["gateway"]["keys"]] == ["tester"]
     assert "protocol" in facts

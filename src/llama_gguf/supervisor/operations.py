@@ -125,6 +125,7 @@ def replica_facts(name: str, status: EngineStatus, state: str = "") -> dict[str,
     """What `status` shows of one engine; *state*, if it is another one for the gateway."""
     return {
         "name": name,
+        "address": status.address,
         "state": state or str(status.state),
         "since": iso(status.since),
         "detail": status.detail,

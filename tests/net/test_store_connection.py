@@ -15,7 +15,7 @@ import pytest
 from llama_gguf.config.store_address import StoreAddress
 from llama_gguf.net.store_connection import Greeting, StoreError, connect
 from tests.support.certificates import CA_PEM, issue
-from tests.support.processes import free_port
+from tests.support.processes import free_port, free_ports
 from tests.support.stores import Store, TlsFront, store
 
 pytestmark = pytest.mark.processes
@@ -141,7 +141,10 @@ def test_a_server_without_tls_is_reported() -> None:
 
 
 def test_a_node_of_a_cluster_is_refused(tmp_path: Path) -> None:
-    with store(tmp_path, "--cluster-enabled", "yes", port=free_port()) as node:
+    # Its nodes' own port would be 10,000 higher, which may be taken.
+    port, port_of_nodes = free_ports(2)
+    cluster = ("--cluster-enabled", "yes", "--cluster-port", str(port_of_nodes))
+    with store(tmp_path, *cluster, port=port) as node:
         assert "node of a cluster" in error_at(node.url)
 
 

@@ -57,7 +57,8 @@ asyncio.run(main())
 
 def test_all_remaining_processes_are_killed_with_their_descendants() -> None:
     script = """
-child = subprocess.Popen(["sh", "-c", "setsid sleep 60 & echo $!; wait"], stdout=subprocess.PIPE)
+child = subprocess.Popen(
+    ["sh", "-c", "setsid sleep 60 & echo $!; exec sleep 60"], stdout=subprocess.PIPE)
 grandchild = int(child.stdout.readline())
 orphans.kill_all()
 print(child.wait(), grandchild)

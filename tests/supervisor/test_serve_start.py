@@ -129,10 +129,11 @@ def test_an_event_has_its_facts_as_fields(ready: Serve) -> None:
 def test_the_boot_is_logged(ready: Serve) -> None:
     messages = [json.loads(line)["message"] for line in ready.err.splitlines()]
 
-    assert [m.split()[0] for m in messages[:10]] == [
+    facts = [m.split()[0] for m in messages if "  " in m or m.startswith("settings")]
+    assert facts[:10] == [
         *("version", "platform", "engine", "model", "context", "gpu", "cpus", "memory", "disk"),
         "settings",
-    ] or "The gateway listens" in "\n".join(messages[:12])
+    ]
     assert any("version 0 (fake)" in m for m in messages)
     assert any("4 slots divide 16384 tokens; a request may use 128 of them" in m for m in messages)
 

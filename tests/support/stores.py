@@ -52,6 +52,8 @@ class Store:
         until(self._listens, "the store listens")
 
     def _listens(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, "the store has ended"
         try:
             self.client().close()
         except (FileNotFoundError, ConnectionRefusedError):  # its socket exists before it listens

@@ -3,8 +3,8 @@
 Facts of llama-server that decide here: it closes an idle connection after 5 s, and an idle
 connection occupies one of its few HTTP threads. So idle connections are few and young. It closes
 after 100 requests, announced in the last response, and after a stream, which it does not announce.
-Other engines do not, which the first connection shows on which a stream has ended
-(docs/adr/0038-a-connection-proves-itself-after-a-stream.md).
+Other engines keep it open: the first connection on which a stream has ended shows what the engine
+does (docs/adr/0038-a-connection-proves-itself-after-a-stream.md).
 """
 
 from __future__ import annotations

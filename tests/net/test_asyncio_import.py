@@ -135,6 +135,13 @@ def test_what_asyncio_rarely_uses_is_imported_when_it_is_used(
     ]
 
 
+def logged_without_and_with_stand_ins(body: str) -> tuple[str, str]:
+    """What *body* logs, on the same lines of code in both cases."""
+    code = f"import sys, asyncio, logging; logging.basicConfig(stream=sys.stdout)\n{body}"
+    with_them = ";".join(WITHOUT_TLS.strip().splitlines())
+    return output(f"import llama_gguf.events\n{code}"), output(f"{with_them}\n{code}")
+
+
 DEBUG: Final = """
 async def fail():
     raise ValueError("lost")
@@ -149,13 +156,11 @@ asyncio.run(main(), debug=True)
 
 
 def test_in_debug_mode_a_lost_exception_is_logged_as_without_stand_ins() -> None:
-    code = f"import sys, asyncio, logging; logging.basicConfig(stream=sys.stdout)\n{DEBUG}"
-
-    printed = output(f"{WITHOUT_TLS.strip().replace(chr(10), ';')}\n{code}")
+    usual, printed = logged_without_and_with_stand_ins(DEBUG)
 
     assert "source_traceback: Object created at" in printed
     assert printed.endswith("ValueError: lost")
-    assert printed == output(f"import llama_gguf.events\n{code}")
+    assert printed == usual
 
 
 FAILING: Final = """
@@ -180,12 +185,10 @@ asyncio.run(main())
 
 
 def test_callbacks_that_raise_are_logged_as_without_stand_ins() -> None:
-    code = f"import sys, asyncio, logging; logging.basicConfig(stream=sys.stdout)\n{FAILING}"
-
-    printed = output(f"{WITHOUT_TLS.strip().replace(chr(10), ';')}\n{code}")
+    usual, printed = logged_without_and_with_stand_ins(FAILING)
 
     assert printed.count("ValueError: failed") == 3
-    assert printed == output(f"import llama_gguf.events\n{code}")
+    assert printed == usual
 
 
 WITHOUT_DESCRIPTORS: Final = """

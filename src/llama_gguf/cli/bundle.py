@@ -21,7 +21,7 @@ from typing import Final
 from llama_gguf import __version__
 from llama_gguf.cli import server_state
 from llama_gguf.cli.context import Context
-from llama_gguf.cli.known_secrets import is_harmless
+from llama_gguf.cli.known_secrets import is_secret
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
 from llama_gguf.engines import processes
@@ -78,8 +78,7 @@ def environment(context: Context) -> str:
     lines = []
     for name in sorted(context.environ):
         value = context.environ[name]
-        is_secret = masking.names_secret(name) and not is_harmless(name, value)
-        is_shown = name.startswith(_SHOWN) and name not in ours and not is_secret
+        is_shown = name.startswith(_SHOWN) and name not in ours and not is_secret(name, value)
         lines.append(f"{name}={value}" if is_shown else f"{name} is set")
     return "\n".join(lines)
 

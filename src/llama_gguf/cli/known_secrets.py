@@ -54,6 +54,11 @@ def is_harmless(name: str, value: str) -> bool:
     return name in _FOLDERS or (value.startswith("/") and os.path.exists(value))
 
 
+def is_secret(name: str, value: str) -> bool:
+    """Whether the variable *name* is likely to contain a secret."""
+    return masking.names_secret(name) and not is_harmless(name, value)
+
+
 def _of_environment(context: Context) -> Iterator[str]:
     yield context.settings.upstream.backend_api_key
     yield from masking.secrets_of({"": context.settings.shared.shared_limits}, is_harmless)

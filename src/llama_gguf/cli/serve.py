@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf.cli.context import SETTING, Context
 from llama_gguf.cli.terminal import echo
-from llama_gguf.config.masking import MASK, Masker, names_secret
+from llama_gguf.config.masking import MASK, Masker
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 
@@ -101,12 +101,11 @@ def _loaded_again(context: Context) -> tuple[Settings, Mapping[str, str]]:
 
 def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, keep the container running, exit."""
-    from llama_gguf.cli.known_secrets import is_harmless
+    from llama_gguf.cli.known_secrets import is_secret
 
     masker = Masker(())
     for name, value in sorted(environ.items()):
-        is_hidden = names_secret(name) and not is_harmless(name, value)
-        echo(f"{name}={MASK if is_hidden else masker.mask(value)}")
+        echo(f"{name}={MASK if is_secret(name, value) else masker.mask(value)}")
     echo(f"DEBUG_SHELL: waiting for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

@@ -32,6 +32,7 @@ _LESS_MEMORY: Final = (
 )
 
 # The first match counts, so specific causes precede general ones.
+_SEE_LINES: Final = "See its last lines."
 CAUSES: Final = (
     _cause(
         r"(?:cuda|hip|rocm|vulkan|metal|device)[^\n]*out ?of ?(?:device ?)?memory"
@@ -152,11 +153,10 @@ CAUSES: Final = (
     _cause(
         r"failed to load model|error loading model",
         "llama-server cannot load the model.",
-        "See its last lines.",
+        _SEE_LINES,
     ),
 )
 
-_SEE_LINES: Final = "See its last lines."
 _SIGNALS: Final = {
     signal.SIGKILL: (
         "It was killed from outside, most often because memory ran out.",

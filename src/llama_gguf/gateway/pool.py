@@ -98,7 +98,7 @@ class ConnectionPool:
             connection = self._idle.pop()
             if connection.phase is _IDLE and not connection.transport.is_closing():
                 return connection
-        if self._resting and self._after_stream is AfterStream.KEEPS:
+        if self._after_stream is AfterStream.KEEPS:
             return self._take_rested(REST_SECONDS)
         return None
 

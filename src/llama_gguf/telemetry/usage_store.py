@@ -258,19 +258,27 @@ class UsageStore(Generic[T]):
 
     def _rename_unreadable(self, error: Exception) -> None:
         aside = f"{self._path}.unreadable"
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         try:
             os.replace(self._path, aside)
-            what_follows = f"The file is renamed to {aside}"
         except OSError:
-            what_follows = "Counting begins at zero"
-        _log.warning(
-            "usage_lost",
-            "The {kind} in {file} cannot be read: {reason}. {what_follows}",
-            kind=self._kind.name,
-            file=self._path,
-            reason=(isinstance(error, OSError) and error.strerror) or str(error),
-            what_follows=what_follows,
-        )
+            _log.warning(
+                "usage_unreadable",
+                "The {kind} in {file} cannot be read: {reason}. Counting begins at zero",
+                kind=self._kind.name,
+                file=self._path,
+                reason=reason,
+            )
+        else:
+            _log.warning(
+                "usage_lost",
+                "The {kind} in {file} cannot be read: {reason}. The file is renamed to "
+                "{renamed_to}",
+                kind=self._kind.name,
+                file=self._path,
+                reason=reason,
+                renamed_to=aside,
+            )
         self._stamp = stamps.stamp(self._path)
 
     def _replace(self, text: str) -> None:
